@@ -91,7 +91,10 @@ def _measured(evidence: Evidence, sample: pa.Table, base: pa.Table | None) -> Au
     """The numbers without the baselines on one field, and without rows to look at."""
     scan, reference, training = evidence.scan, evidence.reference, evidence.generator_training
     named, settings, within = evidence.named, evidence.settings, evidence.within_reference
-    leaks = {name: (evidence.tests[name], copies) for name, copies in evidence.leaks.items()}
+    copies = tuple(_count_copies(scan, other, found, named) for other, found in evidence.copies)
+    leaks = {
+        name: _count_copies(scan, evidence.tests[name], found, named, is_test=True) for name, found in evidence.leaks.items()
+    }
     words = {found.field: found for found in single_words(sample, scan.fields)}
     of_own = range(len(scan.heuristics) - len(scan.references), len(scan.heuristics))
     return Audit(
@@ -104,14 +107,14 @@ def _measured(evidence: Evidence, sample: pa.Table, base: pa.Table | None) -> Au
         reference=_summary(reference, named) if reference else None,
         generator_training=_summary(training, named) if training else None,
         tests={name: _summary(test, named) for name, test in evidence.tests.items()},
-        warnings=tuple(_warnings(evidence.scans)),
+        warnings=(*_warnings(evidence.scans), *dict.fromkeys(_not_compared([*copies, *leaks.values()]))),
         margin=settings.margin,
         seed=settings.seed,
         heuristics=tuple(heuristic_findings(scan, reference, settings.margin, named)),
         duplicates=_count_copies(scan, scan, evidence.within),
         reference_duplicates=_count_copies(reference, reference, within) if reference and within else None,
-        copies=tuple(_count_copies(scan, other, found, named) for other, found in evidence.copies),
-        leaks={name: _count_copies(scan, test, found, named, is_test=True) for name, (test, found) in leaks.items()},
+        copies=copies,
+        leaks=leaks,
         label_noise=None,
         one_field={},
         reference_one_field={},
@@ -171,6 +174,15 @@ def _warnings(scans: Sequence[Scan]) -> Iterable[str]:
             yield f"{scan.path}: {warning}"
         if warning := unknown_warning(Counter(scan.unknown_labels), scan.num_rows, scan.path):
             yield f"{warning}; say what they stand for with --label-name LABEL=MEANING"
+
+
+def _not_compared(copies: Iterable[CopyCounts]) -> Iterable[str]:
+    for counts in copies:
+        if counts.not_compared:
+            yield (
+                f"{counts.source}: {counts.not_compared}. Until then a row that is near to one of its rows counts as a copy of "
+                "it, whatever their labels"
+            )
 
 
 def _summary(scan: Scan, named: Mapping[str, str]) -> FileSummary:

@@ -287,7 +287,6 @@ def _copies_block(audit: Audit) -> Block:
         "Within a file the later row counts as the copy. A row counts once, as the closest kind: exact; the same words, but "
         "for case, punctuation and spacing; near. The same words with another label contradict each other. Near rows with "
         "another label do not: they differ in little and in the label, as contrast pairs do, and teach the difference.",
-        *(f"Labels {name}: cannot compare, {counts.not_compared}." for name, counts in all_counts if counts.not_compared),
     ]
     return Block("copies", "Duplicates and copies", text, [grouped(columns, groups)])
 

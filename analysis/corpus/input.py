@@ -147,7 +147,10 @@ def way_out(wanted: Sequence[Wanted], present: Sequence[str]) -> str:
     """Which options name the columns that are not found."""
     missing = [column.name for column in wanted if not column.is_optional and column.find(present) is None]
     if set(PAIR) <= set(missing):
-        return "name those of a pair with --premise and --hypothesis, or that of single texts with --text"
+        return (
+            "name those of a pair with --premise and --hypothesis, that of single texts with --text, or any others each with "
+            "--field NAME=COLUMN"
+        )
     name = missing[0] if missing else "label"
     return f"name it with --{name} COLUMN" if name in FLAGS else f"name it with --field {name}=COLUMN"
 

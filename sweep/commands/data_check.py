@@ -107,7 +107,7 @@ def _guessed_fields(path: str, present: Sequence[str], columns: Mapping[str, str
     what, way_out = ("a text", "") if has_label else ("a text, or of a label", ", and --column label=COLUMN")
     raise UserError(
         f"{path}: no column has a usual name of {what}; it has {listed(present)}: name a text, --column text=COLUMN, "
-        f"or a pair, --column premise=COLUMN --column hypothesis=COLUMN{way_out}"
+        f"a pair, --column premise=COLUMN --column hypothesis=COLUMN, or any others, each --column NAME=COLUMN{way_out}"
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis.audit.audit import Audit, AuditSettings, audit
+from analysis.audit.page import summary_lines
 from analysis.corpus.columns import ColumnNames
 from pipelines.errors import UserError
 from sweep import cli
@@ -49,8 +50,11 @@ def test_the_same_labels_in_other_words_are_the_same(reference: str) -> None:
 
 def test_numbers_and_names_are_not_compared_until_they_are_named() -> None:
     settings = {"generator_training": CASES / "ref_numbers.jsonl"}
-    (copies,) = of("pool_names.jsonl", **settings).copies
+    found = of("pool_names.jsonl", **settings)
+    (copies,) = found.copies
     assert copies.other_label is None and "say what they mean with --label-name" in copies.not_compared
+    (line,) = [line for line in summary_lines(found) if line.startswith("  warning: ")]
+    assert copies.not_compared in line and line.endswith("counts as a copy of it, whatever their labels")
     names = {"0": "entailment", "1": "neutral", "2": "contradiction"}
     (copies,) = of("pool_names.jsonl", label_names=names, **settings).copies
     assert copies.other_label is not None and copies.other_label.count == 0

@@ -127,7 +127,8 @@ def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     assert "no premise column (premise, sentence1" in message and "'text', 'hypothesis', 'label'" in message
     assert message.endswith("name it with --premise COLUMN")
     assert refused(write(tmp_path / "d.csv", "left,right,label\na,b,c\n")).endswith(
-        "name those of a pair with --premise and --hypothesis, or that of single texts with --text"
+        "name those of a pair with --premise and --hypothesis, that of single texts with --text, or any others each with "
+        "--field NAME=COLUMN"
     )
     of_task = ColumnNames({"review": "none", "label": "gold"}, fields=("review",))
     assert refused(path, of_task).endswith("name it with --field review=COLUMN")

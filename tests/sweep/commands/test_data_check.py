@@ -233,11 +233,11 @@ def test_a_pool_of_ones_own_is_said_with_the_sets(tmp_path: Path) -> None:
         (
             [],
             "no column has a usual name of a text, or of a label; it has 'review', 'stars': name a text, --column text=COLUMN, "
-            "or a pair, --column premise=COLUMN --column hypothesis=COLUMN, and --column label=COLUMN",
+            "a pair, --column premise=COLUMN --column hypothesis=COLUMN, or any others, each --column NAME=COLUMN, and",
         ),
         (
             ["--column", "label=stars"],
-            "no column has a usual name of a text; it has 'review', 'stars': name a text, --column text=COLUMN, or a pair",
+            "no column has a usual name of a text; it has 'review', 'stars': name a text, --column text=COLUMN, a pair",
         ),
         (["--column", "text=reviews"], "no text column ('reviews')"),
         (["--column", "text=review"], "no label column (label, gold_label"),
