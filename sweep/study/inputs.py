@@ -270,9 +270,11 @@ def check_sizes(experiment: Experiment) -> None:
             less = ",".join(map(str, fitting)) or "..."
             if name not in experiment.parameters and name != "judge":
                 less = str(tuple(fitting)) if fitting else "(...)"
+            # Where there are rows enough, it is a label that is short.
+            each = f", {max(sizes) // len(experiment.task.labels):,} of each label" if by_label and max(sizes) <= there else ""
             raise UserError(
-                f"{name} has {max(sizes):,}, and the data has at most {there:,} training rows{by_label and f' ({by_label})'}"
-                f"{besides}; give more data, or less of it: {experiment.option(name, less)}"
+                f"{name} has {max(sizes):,}{each}, and the data has at most {there:,} training rows"
+                f"{by_label and f' ({by_label})'}{besides}; give more data, or less of it: {experiment.option(name, less)}"
             )
 
 

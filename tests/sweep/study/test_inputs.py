@@ -192,7 +192,7 @@ class Echoes:
         return self.counts(folder)
 
 
-def test_sources_of_any_make_are_planned_checked_and_prepared(tmp_path: Path) -> None:
+def test_sources_of_any_make_are_planned_checked_and_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = EvaluationConfig(sets=("echoes",), heuristics=(demo().heuristic,))
     study = replace(
         demo(), sources=Echoes(), evaluation=evaluation, general_set="echoes", blindspot_set="echoes", training_sizes=(60,)
@@ -203,6 +203,10 @@ def test_sources_of_any_make_are_planned_checked_and_prepared(tmp_path: Path) ->
     check_sizes(study)
     with pytest.raises(UserError, match="training_sizes has 63, and the data has at most 60 training rows"):
         check_sizes(replace(study, training_sizes=(63,)))
+    monkeypatch.setattr(Echoes, "counts", lambda self, folder: {"train/num_examples": 66, "train/entailment": 19})
+    with pytest.raises(UserError, match=r"has 60, 20 of each label, .* at most 66 training rows \(19 entailment\)"):
+        check_sizes(study)
+    monkeypatch.undo()
     evaluations = [step for step in build_grid(study) if step.stage == "evaluation"]
     assert {step.config.test_sets for step in evaluations} == {(TestSet("echoes"),)}
 
