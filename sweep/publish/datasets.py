@@ -38,7 +38,7 @@ def write_pool(
     lineage, task = origin_of(store, record, said), task_of_record(record)
     examples = read_examples(join(whole_folder(store, record), "pool"), task)
     split = _write_split(examples, folder, "default", "data")
-    words = _audit(store, sources, examples, task) if audit else AuditWords()
+    words = _audit(store, sources, examples, task, is_generated=bool(record.inputs)) if audit else AuditWords()
     rejects = {name.partition("/")[2]: int(num) for name, num in record.metrics.items() if name.startswith("rejected/") and num}
     _write_card(folder, pool_card(lineage, task, split, words, rejects=rejects, licence=said.licence))
     return words
@@ -87,8 +87,11 @@ def _write_card(folder: Path, card: str) -> None:
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
-def _audit(store: Store, sources: Record | None, examples: pa.Table, task: Task) -> AuditWords:
-    """The audit of a pool, against the study's original data and its test sets."""
+def _audit(store: Store, sources: Record | None, examples: pa.Table, task: Task, *, is_generated: bool) -> AuditWords:
+    """The audit of a pool, against the study's original data and its test sets.
+
+    What wrote a pool that was given to the study learnt from nothing that is known.
+    """
     from analysis.audit.audit import AuditSettings
     from analysis.audit.audit import audit as audit_texts
     from analysis.audit.found import NOT_ASKED
@@ -100,7 +103,8 @@ def _audit(store: Store, sources: Record | None, examples: pa.Table, task: Task)
             names = sorted(path.stem for path in Path(folder).glob("*.parquet"))
             train = join(folder, "train.parquet")
             tests = {name: join(folder, f"{name}.parquet") for name in names if name not in OWN_NAMES}
-        settings = AuditSettings(task=task, reference=train, generator_training=train, tests=tests, processes=1)
+        learnt = train if is_generated else None
+        settings = AuditSettings(task=task, reference=train, generator_training=learnt, tests=tests, processes=1)
         found = audit_texts(examples.select([*task.field_names, "label"]), settings)
     except UserError as error:
         return AuditWords(refused=str(error))

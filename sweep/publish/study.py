@@ -56,7 +56,9 @@ def publish_study(
     # What cannot be found is said before anything is written.
     named = [find_artifact(store, name, TASK_MODELS, within=built)[1] for name in models]
     chosen = list({record.fingerprint: record for record in named}.values())
-    sources = next((record for record in built.values() if record.stage == "sources"), None)
+    # Of two preparations, that with the blindspot sets, which has all that the other has.
+    prepared = [record for record in built.values() if record.stage == "sources"]
+    sources = max(prepared, key=lambda record: len(record.files), default=None)
     sets = [record for record in built.values() if record.stage == "training_set"] if training_sets else []
     if training_sets and not sets:
         raise UserError(f"study {study.experiment} has no built training set in {store.uri}; run it first")

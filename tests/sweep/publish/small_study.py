@@ -109,6 +109,13 @@ def write_study(root: Path, name: str = "tiny") -> tuple[Store, dict[str, Record
     evaluation = EvaluationConfig(("template_test",), dtype="float32")
     inputs = {"sources": "sources/data", "base_model": "base_model/base"}
     record("evaluation", MODEL, stage("evaluation", evaluation), CELL, **inputs, task_model=f"task_model/{MODEL}")
+
+    def with_test_sets(folder: str, inputs: Mapping[str, str]) -> None:
+        sources(folder, inputs)
+        write_examples(labelled_pairs(20, seed=4), join(folder, "challenge.parquet"))
+
+    # As a study has it whose blindspot set is not of its training data: what is built on that does not change with it.
+    record("sources", "data-with-test-sets", with_test_sets)
     parameters = {"general_set": "template_test", "task": NLI.name}
     Study(name, "A tiny study", parameters, tuple(steps)).save(store)
     return store, records

@@ -1,5 +1,6 @@
 """A study's repositories: Parquet where `datasets` looks for it, cards that the hub reads, licences said."""
 
+import dataclasses
 import glob
 import shutil
 from collections import Counter
@@ -43,7 +44,8 @@ def test_pool_sets_and_models_are_written_as_a_hub_has_them(built: tuple[Store, 
     row = " | ".join(str(counts[label]) for label in ("entailment", "neutral", "contradiction"))
     assert f"| default | {row} | 90 |" in card and "| no_hypothesis | 3 |" in card
     answer = next(line.strip().removeprefix("audit: ") for line in said.splitlines() if "audit:" in line)
-    assert f"> {answer}" in card and "its test sets template_test" in card
+    assert f"> {answer}" in card and "its test sets challenge, template_test" in card
+    assert "the generator's training data" in card
     assert "before you pass it on, the project's template corpus: its licence is unknown" in said
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -71,6 +73,17 @@ def test_weights_that_are_not_here_are_said_before_anything_is_written(
     assert result.exit_code == 1 and not (tmp_path / "out").exists()
     assert "generator/generator-" in result.stderr and "--no-weights writes cards alone" in result.stderr
     published(Store(tmp_path / "store"), tmp_path / "out", "--no-weights", "--no-audit")
+
+
+def test_a_pool_that_was_given_is_held_against_the_reference_alone(
+    built: tuple[Store, dict[str, Record]], tmp_path: Path
+) -> None:
+    store, records = built
+    given = dataclasses.replace(records["synthetic_pool/pool"], inputs={})
+    words = write_pool(store, given, tmp_path / "pool", Said(), audit=True, sources=records["sources/data"])
+    verdicts = [verdict for _, verdict, _ in words.findings]
+    assert any("of the reference" in verdict or "from the reference" in verdict for verdict in verdicts)
+    assert not any("generator" in verdict for verdict in verdicts)
 
 
 def test_a_large_pool_is_several_files_that_one_pattern_names(
