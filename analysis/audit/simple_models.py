@@ -98,7 +98,7 @@ def _judged(
     words = [word_hashes(column) for column in columns_of_texts]
     texts = np.stack([_told_apart(column, *of) for column, of in zip(columns_of_texts, words, strict=True)], axis=1)
     # A model meets a category again; where all fields are that, rows are told apart by each.
-    are_categories = np.array(categories(fields, tuple(texts.T)))
+    are_categories = np.array(categories(fields, words))
     texts = texts[:, ~are_categories | are_categories.all()]
     may_train = np.ones(len(codes), bool)
     if trusted is not None:

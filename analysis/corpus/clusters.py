@@ -9,12 +9,14 @@ import numpy as np
 
 from analysis.corpus.columns import PAIR
 from analysis.corpus.spill import Keyed, by_key, forget
+from analysis.corpus.words import Hashed, in_order
 
 NUM_CELLS = 4
 NO_CELL = 4
 """Of rows that are not counted."""
 MAX_CATEGORIES = 100
 CATEGORY_ROWS = 20
+CATEGORY_WORDS = 5
 _BITS = 16
 _ONE_OF = np.array([1 << (_BITS * cell) for cell in range(NUM_CELLS)] + [0], np.uint64)
 """What a row adds to the four counts of its cluster, which lie side by side in 64 bits."""
@@ -71,12 +73,19 @@ def clusters_of(hashes: np.ndarray) -> Clusters:
     return Clusters(len(hashes), tuple(parts))
 
 
-def categories(fields: Sequence[str], texts: Iterable[np.ndarray]) -> list[bool]:
-    """Which fields' texts, a hash for each row [num_rows], are few and common, as products or topics are: [num_fields].
+def categories(fields: Sequence[str], words: Iterable[Hashed]) -> list[bool]:
+    """Which fields' texts, by their words' hashes, are few, common and short, as products or topics are: [num_fields].
 
-    There are at most MAX_CATEGORIES, each in CATEGORY_ROWS rows on average. Rows that share one are no copies of each other,
-    and a model meets it again. A single text is none, nor is a side of a pair, whose label is about both.
+    There are at most MAX_CATEGORIES, each in CATEGORY_ROWS rows on average, and a row's has at most CATEGORY_WORDS words on
+    average. Rows that share one are no copies of each other, and a model meets it again; rows that share a passage are of one
+    writing. A single text is none, nor is a side of a pair, whose label is about both.
     """
     if len(fields) == 1 or set(fields) == set(PAIR):
         return [False] * len(fields)
-    return [len(np.unique(each)) <= min(MAX_CATEGORIES, len(each) / CATEGORY_ROWS) for each in texts]
+    return [_is_category(*of_field) for of_field in words]
+
+
+def _is_category(words: np.ndarray, offsets: np.ndarray) -> bool:
+    num_rows = len(offsets) - 1
+    is_short = len(words) <= CATEGORY_WORDS * num_rows
+    return is_short and len(np.unique(in_order(words, offsets))) <= min(MAX_CATEGORIES, num_rows / CATEGORY_ROWS)

@@ -24,7 +24,7 @@ from analysis.corpus.clusters import NO_CELL, NUM_CELLS, Clusters, categories, c
 from analysis.corpus.labels import meaning_of
 from analysis.corpus.scan import Scan
 from analysis.corpus.spill import forget
-from analysis.corpus.words import in_order, word_hashes, word_pairs
+from analysis.corpus.words import Hashed, in_order, word_hashes, word_pairs
 from analysis.stats.statistics import CONFIDENCE, Estimate, Interval, mean_estimate, wilson_interval
 from pipelines.splitmix import mixed
 
@@ -297,7 +297,7 @@ def one_field(sample: pa.Table, field: str) -> OneField:
         return OneField(field, f"{sample.num_rows:,} rows are too few; it takes {MIN_BASELINE_ROWS:,}")
     codes = pd.Categorical(sample["label"].to_pylist(), categories=names).codes.astype(np.int64)
     words, offsets = word_hashes(sample[field].combine_chunks())
-    group, hashes = _groups(sample, field, in_order(words, offsets))
+    group, hashes = _groups(sample, field, (words, offsets))
     held_out = mixed(hashes[group] + np.uint64(1)) % np.uint64(HELD_OUT) == 0
     if held_out.all() or not held_out.any() or len(set(codes[~held_out])) < 2:
         return OneField(field, "the texts are too much alike to hold some out")
@@ -332,16 +332,17 @@ def one_field_each(samples: Mapping[str, pa.Table], fields: Sequence[str]) -> di
     return by_sample
 
 
-def _groups(sample: pa.Table, field: str, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _groups(sample: pa.Table, field: str, words: Hashed) -> tuple[np.ndarray, np.ndarray]:
     """Which rows stay together, int [num_rows], and a hash of each group that its texts decide, whatever the order of rows.
 
-    `own` are hashes of the field's texts. Rows that share a text of any field that is no category, directly or through others,
+    `words` are those of the field's texts. Rows that share a text of any field that is no category, directly or through others,
     are a group.
     """
     names = [name for name in sample.column_names if name not in ("priority", "row", "label", field)]
-    others = [in_order(*word_hashes(sample[name].combine_chunks())) for name in names]
+    each = [words, *(word_hashes(sample[name].combine_chunks()) for name in names)]
+    own, *others = (in_order(*of_field) for of_field in each)
     num_rows = len(own)
-    is_category, *are_categories = categories((field, *names), (own, *others))
+    is_category, *are_categories = categories((field, *names), each)
     if is_category:
         # Its text says nothing of where a row belongs; all of the row's do.
         for hashes in others:

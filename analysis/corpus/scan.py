@@ -113,7 +113,7 @@ class Scan:
     @cached_property
     def premises(self) -> Clusters:
         """The rows whose first fields have the same words; of a first field of categories, those of the first that has none."""
-        of_sample = (in_order(*word_hashes(self.sample[field].combine_chunks())) for field in self.fields)
+        of_sample = (word_hashes(self.sample[field].combine_chunks()) for field in self.fields)
         # Where all are categories, the first False is missing, and the first field is as good as any.
         first = [*categories(self.fields, of_sample), False].index(False) % len(self.fields)
         return clusters_of(self.parts[:, first])

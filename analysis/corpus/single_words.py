@@ -92,7 +92,7 @@ def single_words(sample: pa.Table, fields: Sequence[str]) -> list[SingleWords]:
     codes = pd.Categorical(sample["label"].to_pylist(), categories=names).codes.astype(np.int64)
     hashed = [word_hashes(sample[field].combine_chunks()) for field in fields]
     texts = [np.unique(in_order(*words), return_inverse=True)[1] for words in hashed]
-    clusters = list(itertools.compress(texts, np.logical_not(categories(fields, texts))))
+    clusters = list(itertools.compress(texts, np.logical_not(categories(fields, hashed))))
     return [
         _of_field(field, sample[field].combine_chunks(), *words, codes, names, clusters, own)
         for field, words, own in zip(fields, hashed, texts, strict=True)

@@ -3,11 +3,13 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from analysis.corpus import spill
-from analysis.corpus.clusters import NO_CELL, clusters_of
+from analysis.corpus.clusters import NO_CELL, categories, clusters_of
 from analysis.corpus.measures import odds_ratio
+from analysis.corpus.words import word_hashes
 
 
 @pytest.mark.parametrize("part_rows", [1 << 21, 20_000])
@@ -39,3 +41,17 @@ def test_an_odds_ratio_of_the_rows_that_were_asked_is_that_of_these_rows_alone()
     among = odds_ratio(holds, entailment, clusters_of(premise), asked)
     assert (among.value, among.n) == (alone.value, alone.n)
     assert among.design_effect == pytest.approx(alone.design_effect, rel=1e-12)
+
+
+def test_a_category_is_few_short_texts_of_a_task_that_is_no_pair() -> None:
+    """Of 2,400 rows: 100 names, 101 names, passages, and texts that do not repeat."""
+    columns = [
+        [f"name {row % 100}" for row in range(2_400)],
+        [f"name {row % 101}" for row in range(2_400)],
+        [f"passage {row % 100} of more words than a name has" for row in range(2_400)],
+        [f"text {row}" for row in range(2_400)],
+    ]
+    words = [word_hashes(pa.array(column)) for column in columns]
+    assert categories(("a", "b", "c", "d"), words) == [True, False, False, False]
+    assert categories(("a", "b"), [word_hashes(pa.array(column[:1_999])) for column in columns[::3]]) == [False, False]
+    assert categories(("hypothesis", "premise"), words[:2]) == [False, False] and categories(("text",), words[:1]) == [False]
