@@ -1,6 +1,5 @@
 """`blindsweep audit`: what a file of labelled texts teaches besides its task."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ import typer
 
 from pipelines.errors import UserError
 from pipelines.extras import check_installed
+from sweep.commands.options import tell
 
 if TYPE_CHECKING:
     from analysis.audit.audit import Audit, AuditSettings
@@ -164,26 +164,37 @@ def audit(
     check_conditions(conditions, result.findings)
     page = write_page(result, output or Path(f"audit-{result.name}"))
     num_by_row = write_rows(rows, result.evidence, result.heuristics) if rows else 0
-    costs = _write_repaired(result, how, repair) if repair else []
+    # A set that cannot be repaired is audited all the same: what is said of it, and the exit code, do not hang on the repair.
+    repaired: list[str] = []
+    refused: UserError | None = None
+    if repair:
+        try:
+            repaired = [*_write_repaired(result, how, repair), f"repaired set: {repair}"]
+        except UserError as error:
+            refused = error
     if json and str(json) != "-":
         json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(audit_json(result) + "\n", encoding="utf-8")
     if str(json) == "-":
-        print(audit_json(result))
+        tell(audit_json(result))
     else:
-        print("\n".join(summary_lines(result)))
-        if repair:
-            print("\n".join([*costs, f"repaired set: {repair}"]))
+        tell("\n".join(summary_lines(result)))
+        if repaired:
+            tell("\n".join(repaired))
         if rows:
-            print(f"rows: {rows} ({num_by_row:,} findings by row)")
+            tell(f"rows: {rows} ({num_by_row:,} findings by row)")
         if json:
-            print(f"numbers: {json}")
-        print(f"page: {page} ({result.seconds:.1f} s)")
+            tell(f"numbers: {json}")
+        tell(f"page: {page} ({result.seconds:.1f} s)")
     failed = met(conditions, result.findings)
     for finding in failed:
-        print(f"--fail-on {finding.kind}: the data {finding.verdict}", file=sys.stderr)
+        tell(f"--fail-on {finding.kind}: the data {finding.verdict}", on_stderr=True)
+    if failed and refused:
+        tell(f"Error: {refused}", on_stderr=True)
     if failed:
         raise typer.Exit(CONDITION_MET)
+    if refused:
+        raise refused
 
 
 def _judge(model: str, task: "Task | None") -> "Judging":

@@ -15,6 +15,7 @@ import typer
 from pipelines.errors import UserError
 from pipelines.extras import of_missing_package
 from pipelines.storage import is_disk_full
+from pipelines.terminal import lead_nowhere
 from sweep.commands import completion
 from sweep.run.failures import in_lines, is_store_away, name_not_utf8, one_line, whole_traceback
 
@@ -136,6 +137,15 @@ def study_name(name: str) -> str:
     return load_experiment(name).experiment.name if is_file(name) else name
 
 
+def tell(text: object, *, on_stderr: bool = False) -> None:
+    """Print, and go on where the reader of a pipe has seen enough: for commands whose exit code says what they found."""
+    stream = sys.stderr if on_stderr else sys.stdout
+    try:
+        print(text, file=stream)
+    except BrokenPipeError:
+        lead_nowhere(stream)
+
+
 def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
     """End a command with one message: for the user's mistakes, and for a defect of ours with its traceback's file."""
 
@@ -147,7 +157,7 @@ def one_clear_error(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except BrokenPipeError:
             # The reader of a pipe has seen enough; Python must not complain again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            lead_nowhere(sys.stdout)
         except KeyboardInterrupt:
             fail("interrupted; what is built is kept, and the same command goes on from there", code=130)
         except Exception as error:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sweep.commands.options import Price, Throughputs, not_negative
+from sweep.commands.options import Price, Throughputs, not_negative, tell
 
 
 def check(
@@ -37,7 +37,7 @@ def check(
     from sweep.plan.throughputs import read_table
 
     findings = list(check_cluster(file, store, Prices(read_table(throughputs), price, spot_price)))
-    print(in_order(findings))
+    tell(in_order(findings))
     if any(finding.verdict == "problem" for finding in findings):
         raise typer.Exit(1)
 

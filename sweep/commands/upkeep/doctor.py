@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sweep.commands.completion import experiments
-from sweep.commands.options import DEFAULT_STORE, Json, Parameters, StoreUri, TrackingUri
+from sweep.commands.options import DEFAULT_STORE, Json, Parameters, StoreUri, TrackingUri, tell
 
 
 def doctor(
@@ -60,8 +60,8 @@ def doctor(
 
         findings += look_at_network(loaded, store, tracking_uri)
     if json:
-        print(js.dumps([dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
+        tell(js.dumps([dataclasses.asdict(finding) for finding in findings], indent=1, ensure_ascii=False))
     else:
-        print("\n".join(lines(findings)))
+        tell("\n".join(lines(findings)))
     if any(finding.verdict == "fault" for finding in findings):
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.storage import join
-from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, study_name
+from sweep.commands.options import DEFAULT_STORE, Json, OneOrAllStudies, StoreUri, study_name, tell
 from sweep.graph.identity import SHORT
 from sweep.graph.integrity import SET_ASIDE, Damage, besides_weights, inspect, set_aside, what_is_set_aside
 from sweep.graph.records import STAGES, ArtifactId, Store, Study
@@ -50,7 +50,7 @@ def verify(
             # Whether it is damaged, who may read it can tell: it is not moved.
             unreadable[artifact] = one_line(error)
             if not json:
-                print(f"{artifact.name}-{artifact.fingerprint[:SHORT]} cannot be read ({unreadable[artifact]})")
+                tell(f"{artifact.name}-{artifact.fingerprint[:SHORT]} cannot be read ({unreadable[artifact]})")
             continue
         if record is not None:
             artifact = record.id  # in a store's folders fingerprints are short
@@ -65,11 +65,11 @@ def verify(
         damaged[artifact] = damages
         if not json:
             for damage in damages:
-                print(damage)
+                tell(damage)
         if set_damaged_aside:
             moved[artifact] = set_aside(where, artifact, "\n".join(map(str, damages)))
             if not json:
-                print(f"  set aside as {moved[artifact]}")
+                tell(f"  set aside as {moved[artifact]}")
     num_aside, bytes_aside = what_is_set_aside(where)
     if json:
         values = {
@@ -92,14 +92,14 @@ def verify(
             ],
             "in_set_aside": {"artifacts": num_aside, "bytes": bytes_aside},
         }
-        print(js.dumps(values, indent=1, ensure_ascii=False))
+        tell(js.dumps(values, indent=1, ensure_ascii=False))
     else:
-        print(_summary(num_complete, num_files, num_bytes, len(artifacts), len(damaged), len(moved), len(unreadable)))
+        tell(_summary(num_complete, num_files, num_bytes, len(artifacts), len(damaged), len(moved), len(unreadable)))
         if without_weights:
-            print(f"{len(without_weights)} of them have no weights here, as after a bundle; nothing that was measured is lost")
+            tell(f"{len(without_weights)} of them have no weights here, as after a bundle; nothing that was measured is lost")
         if num_aside:
             held = f"{num_aside:,} artifacts, {bytes_aside / 1e6:,.1f} MB"
-            print(f"{join(where.uri, SET_ASIDE)} holds {held}, that nothing reads: remove what you do not need")
+            tell(f"{join(where.uri, SET_ASIDE)} holds {held}, that nothing reads: remove what you do not need")
     if damaged or unreadable:
         raise typer.Exit(1)
 

@@ -46,3 +46,17 @@ def test_a_command_that_failed_says_that_alone() -> None:
 def test_a_reader_that_ends_early_is_no_failure() -> None:
     done = ended("set -o pipefail; blindsweep experiments | true", unbuffered=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_condition_that_is_met_is_the_exit_code_whoever_reads_and_whatever_the_repair_leaves(tmp_path: Path) -> None:
+    rows = [f"text {number},{label}" for number in range(300) for label in "ab"]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label", *rows]))
+    command = f"blindsweep audit {tmp_path}/rows.csv --output {tmp_path}/out --fail-on contradictions"
+    unread = ended(f"set -o pipefail; {command} --json - 2>&1 | true", unbuffered=False)
+    assert (unread.returncode, unread.stderr) == (3, "")
+    emptied = ended(f"{command} --repair {tmp_path}/repaired.parquet", unbuffered=False)
+    assert emptied.returncode == 3 and emptied.stdout.startswith("Not fit as it is: the data contradicts itself in 300 rows")
+    assert (
+        "--fail-on contradictions: the data contradicts" in emptied.stderr
+        and "no row is left after the repair" in emptied.stderr
+    )
