@@ -5,14 +5,16 @@ store, record = find_artifact(Store("blindsweep-store"), "start0-original-900-se
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Collection, Iterator, Sequence
 
+from analysis.wording import in_words
 from pipelines.errors import UserError
 from pipelines.storage import RECORD_FILE, is_local, join, local_path, read_text
 from sweep.graph.identity import SHORT
-from sweep.graph.records import ArtifactId, Record, Store
+from sweep.graph.records import ArtifactId, Record, Store, Study
 
 FEWEST_DIGITS = 4
 """Of a fingerprint, fewer hexadecimal digits are no name."""
@@ -47,7 +49,8 @@ def find_artifact(
     if len(found) == 1:
         return store, found[0]
     if found:
-        raise UserError(f"{given!r} names {len(found):,} artifacts of {store.uri}; give one of {_listed(map(_name, found))}")
+        names = _listed(f"{_name(record)}{_of_studies(store, record)}" for record in found)
+        raise UserError(f"{given!r} names {len(found):,} artifacts of {store.uri}; give one of {names}")
     raise UserError(f"no built artifact {given!r} in {store.uri}{_nearest(store, given, stages, within)}")
 
 
@@ -85,6 +88,15 @@ def _read(store: Store, artifact: ArtifactId) -> Record:
 
 def _name(record: Record) -> str:
     return f"{record.stage}/{record.slug}-{record.fingerprint[:SHORT]}"
+
+
+def _of_studies(store: Store, record: Record) -> str:
+    """Which studies an artifact is of, as they were last run: alike by name, artifacts are told apart by that."""
+    of = []
+    for name in store.studies():
+        with contextlib.suppress(UserError):  # a damaged manifest names nothing
+            of += [name for step in Study.listed(store, name).steps if step.fingerprint == record.fingerprint]
+    return f" (of {in_words(of)})" if of else ""
 
 
 def _nearest(store: Store, given: str, stages: Sequence[str], within: Collection[str] | None) -> str:

@@ -50,7 +50,8 @@ def test_an_ambiguous_one_is_refused_and_both_are_named(built: tuple[Store, dict
     other = dataclasses.replace(model, fingerprint="0007" + "b" * 60)
     (copy := Store(tmp_path / "store")).write_record(other)
     for name in (MODEL, "0007"):
-        with pytest.raises(UserError, match=rf"names 2 artifacts of .*{MODEL}-0007000000a6, task_model/{MODEL}-0007bbbbbbbb"):
+        both = rf"{MODEL}-0007000000a6 \(of tiny\), task_model/{MODEL}-0007bbbbbbbb$"
+        with pytest.raises(UserError, match=f"names 2 artifacts of .*{both}"):
             find_artifact(copy, name, TASK_MODELS)
     assert find_artifact(copy, MODEL, TASK_MODELS, within={other.fingerprint})[1].fingerprint == other.fingerprint
     assert find_artifact(copy, "0007b", TASK_MODELS)[1].fingerprint == other.fingerprint
