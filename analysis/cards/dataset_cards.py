@@ -119,7 +119,7 @@ def _metadata(lineage: Lineage, splits: Sequence[Split], tags: list[str], licenc
         "size_categories": [size_category(sum(split.num_rows for split in splits))],
         "task_categories": ["text-classification"],
         "annotations_creators": ["machine-generated"] if "synthetic" in tags else None,
-        "tags": [*tags, *(["not-the-real-thing"] if lineage.marks else [])],
+        "tags": [*tags, *(["not-the-real-thing"] if lineage.is_rehearsal else [])],
         "configs": [{"config_name": split.config, "data_files": [{"split": "train", "path": split.path}]} for split in splits],
     }
 

@@ -39,8 +39,13 @@ class Lineage:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """In what the artifact is not the real thing."""
+        """In what the artifact is not the real thing, or what is to be known of its data."""
         return self.records[0].marks
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether it is a stand-in of what its name promises; other marks are of its data."""
+        return "rehearsal" in self.marks
 
     @property
     def base_names(self) -> list[str]:
@@ -136,5 +141,6 @@ def settings_lines(record: Record, names: Mapping[str, str]) -> Sequence[str]:
 
 
 def marks_note(lineage: Lineage) -> str:
-    """A quotation that says in what it is not the real thing, or ""."""
-    return f"> **{'; '.join(map(plain, lineage.marks))}.** It is not what its name promises." if lineage.marks else ""
+    """A quotation of the marks, or ""."""
+    promise = " It is not what its name promises." if lineage.is_rehearsal else ""
+    return f"> **{'; '.join(map(plain, lineage.marks))}.**{promise}" if lineage.marks else ""

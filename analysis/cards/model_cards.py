@@ -83,7 +83,7 @@ def generator_card(lineage: Lineage, task: Task, *, end_marker: str, licence: st
 
 
 def _mark_tags(lineage: Lineage) -> list[str]:
-    return ["not-the-real-thing"] if lineage.marks else []
+    return ["not-the-real-thing"] if lineage.is_rehearsal else []
 
 
 def _trained(lineage: Lineage) -> str:

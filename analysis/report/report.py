@@ -95,6 +95,7 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
         "name": study.experiment,
         "summary": _summary(study, frame),
         "marks": marks_of(study),
+        "marks_title": "Not the full study" if "rehearsal" in study.marks else "Read with care",
         "missing": [describe_missing(result) for result in frame.attrs["missing"]],
         "question": _question(study),
         "verdict": None,
@@ -192,7 +193,7 @@ def _evidence(
 
 def _contents(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Each section's anchor and heading, in the page's order."""
-    first = [("marks", "Not the full study")] if values["marks"] else []
+    first = [("marks", values["marks_title"])] if values["marks"] else []
     first += [("missing", "What is missing")] if values["missing"] else []
     first += [("question", "What the study asks")] if values["question"] else []
     first += [(block.anchor, block.title) for block in values["claims"]]

@@ -127,6 +127,10 @@ def test_marks_are_the_first_thing_said() -> None:
     text = task_model_card(marked, NLI, WHOLE, RESULTS)
     assert text.split("\n\n")[2].startswith("> **rehearsal.** It is not what its name promises")
     assert "not-the-real-thing" in (ModelCard(text).data.tags or ())
+    of_data = dataclasses.replace(PAPERS, records=(dataclasses.replace(MODEL, marks=("4 of 90 texts are in the pool",)),))
+    text = task_model_card(of_data, NLI, WHOLE, RESULTS)
+    assert text.split("\n\n")[2] == "> **4 of 90 texts are in the pool.**"
+    assert "not-the-real-thing" not in (ModelCard(text).data.tags or ())
 
 
 def test_training_sets_are_configurations_of_one_dataset() -> None:

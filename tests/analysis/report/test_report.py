@@ -256,6 +256,7 @@ def test_marks_stand_at_the_top(tmp_path: Path) -> None:
     study.add_grid((0,), (60,), (0,))
     html = build_report(study.write(), "tiny", tmp_path).read_text()
     assert re.findall(r'<section[^>]* id="(\w+)"', html)[:3] == ["marks", "question", "claims"]
+    assert "<h2>Read with care</h2>" in html and "Not the full study" not in html
     # One artifact is marked; four cells, each a task model and its evaluation, are not.
     assert "<li>partial MultiNLI: &lt;10&gt; of 392,702 labelled rows: 1 of 9 artifacts</li>" in html
 
