@@ -220,8 +220,10 @@ def pilot(evidence: Evidence) -> tuple[list[Variance], list[str]]:
 
 def _changes(evidence: Evidence) -> Iterator[tuple[str, Callable[[], Replicates]]]:
     """Each difference of one arm by its name."""
+    # Of a blindspot set that is the general set, its accuracy is general accuracy once more.
+    blindspot = () if evidence.blindspot_set == evidence.general_set else ("blindspot",)
     for treatment, control in COMPARISONS:
-        for test in ("general", "blindspot", "adversarial"):
+        for test in ("general", *blindspot, "adversarial"):
             # An untrained model's level on a blindspot is its random head's.
             from_head = control == "none" and test != "general"
             starts = [start for start in evidence.starting_sizes if start or not from_head]

@@ -95,7 +95,9 @@ def test_claims_are_of_the_studys_own_slice(
     assert biased.estimate == pytest.approx(level["biased_synthetic"] - level["synthetic"])
     assert set(rows["num_examples"]) == {num_items}
     assert words in biased.settings[0]["part"]
-    assert any(one.metric.startswith("adversarial: synthetic − original") for one in pilot(load_evidence(store, study))[0])
+    metrics = [one.metric for one in pilot(load_evidence(store, study))[0]]
+    assert any(metric.startswith("adversarial: synthetic − original") for metric in metrics)
+    assert any(metric.startswith("blindspot: ") for metric in metrics) != is_one_set
 
 
 @pytest.mark.parametrize(
