@@ -148,7 +148,7 @@ def test_more_of_a_small_models_processes_share_a_gpu_and_none_of_it_is_identity
         "task_model": (1, 0.2),
         "evaluation": (1, 0.1),
     }
-    assert large.resources["synthetic_pool"].num_workers == 4 and large.resources["generator"].gpus_per_worker == 0.4
+    assert large.resources["synthetic_pool"].num_workers == 1 and large.resources["generator"].gpus_per_worker == 0.4
     built = {step.fingerprint for step in build_grid(small)}
     assert built == {step.fingerprint for step in build_grid(dataclasses.replace(small, resources=large.resources))}
     assert study_smollm(device="cpu").resources == {}
