@@ -135,15 +135,28 @@ def not_asked(findings: Iterable[Finding]) -> list[str]:
     return [finding.sentence for finding in findings if finding.level == NOT_ASKED]
 
 
-def check_conditions(names: Sequence[str], findings: Sequence[Finding] | None = None) -> None:
-    """Raise :class:`UserError` for a name in `--fail-on` that is none, and with the findings for one that was not asked."""
+def check_conditions(names: Sequence[str], audit: Audit | None = None) -> None:
+    """Raise :class:`UserError` for a name in `--fail-on` that is none, and with the audit for one that could not fail."""
     for name in names:
         if name not in (*KINDS, ACT):
             raise UserError(f"--fail-on {name}: the names are {', '.join(KINDS)}, and {ACT} for any of them; name one of these")
-        asked = findings is None or name == ACT or any(one.kind == name and one.level != NOT_ASKED for one in findings)
-        if not asked:
-            way_out = f"give {NEEDS[name]}" if name in NEEDS else "leave it out"
-            raise UserError(f"--fail-on {name}: the audit does not ask that of these files, so it could not fail; {way_out}")
+        if audit is None or name == ACT:
+            continue
+        if all(one.kind != name or one.level == NOT_ASKED for one in audit.findings):
+            what, way_out = "does not ask that of these files", f"give {NEEDS[name]}" if name in NEEDS else "leave it out"
+            if name == HEURISTICS and not audit.heuristics:
+                way_out = "give --heuristic"
+        elif audit.reference is None and (name in (HEURISTICS, NEAR_DUPLICATES) or _is_content(audit, name)):
+            what, way_out = "asks for action on that beside a reference alone", "give --reference"
+        else:
+            continue
+        raise UserError(f"--fail-on {name}: the audit {what}, so it could not fail; {way_out}")
+
+
+def _is_content(audit: Audit, kind: str) -> bool:
+    """Whether what is found can be what the texts are about: a review's words, a ticket's body. Whether it should is the task's
+    to say; a hypothesis without its premise can say nothing."""
+    return kind in (ONE_FIELD, WORDS) and audit.fields != PAIR
 
 
 def met(names: Sequence[str], findings: Sequence[Finding]) -> list[Finding]:
@@ -392,8 +405,7 @@ def _one_field(audit: Audit, name: str) -> Finding:
     figure, other = _lift(found), _lift(base)
     assert figure is not None
     level = _level_beside(ONE_FIELD, figure, other)
-    if level == ACT and audit.fields != PAIR and other is None:
-        # A ticket's body can say all that there is to know; a hypothesis without its premise cannot.
+    if level == ACT and other is None and _is_content(audit, ONE_FIELD):
         level = LOOK
     sentence = (
         f"A linear model that sees the {name} alone is right in {percent(found.accuracy.share)} of held-out rows, and the most "
@@ -419,8 +431,7 @@ def _words(audit: Audit, name: str) -> Finding:
     figure, other = _figure(found.telling), _figure(base.telling if base else None)
     assert figure is not None
     level = _level_beside(WORDS, figure, other)
-    if level == ACT and audit.fields != PAIR and other is None:
-        # What a text is about can be in its words; whether it should is the task's to say.
+    if level == ACT and other is None and _is_content(audit, WORDS):
         level = LOOK
     sentence = (
         f"Of {found.num_tested:,} words tested {found.num_beyond:,} go with or against a label, by intervals "

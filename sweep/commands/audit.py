@@ -161,7 +161,7 @@ def audit(
     )
     with Work() as work:
         result = audit_texts(file, settings, work) if address is None else _on_cluster(address, file, settings, work)
-    check_conditions(conditions, result.findings)
+    check_conditions(conditions, result)
     page = write_page(result, output or Path(f"audit-{result.name}"))
     num_by_row = write_rows(rows, result.evidence, result.heuristics) if rows else 0
     # A set that cannot be repaired is audited all the same: what is said of it, and the exit code, do not hang on the repair.

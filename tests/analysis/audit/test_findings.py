@@ -199,7 +199,7 @@ def test_a_condition_that_is_met_ends_in_3_and_says_which(tmp_path: Path) -> Non
     given = (tmp_path / "pool.parquet", "--test", tmp_path / "held.parquet", "--output", tmp_path / "out")
     done = run(*given)
     assert done.exit_code == 0, done.output
-    failed = run(*given, "--fail-on", "leaks,words")
+    failed = run(*given, "--fail-on", "leaks,duplicates")
     assert failed.exit_code == 3 and (tmp_path / "out" / "audit.html").is_file()
     assert failed.stderr.startswith("--fail-on leaks: the data gives away 1.0% of the test set held")
     assert failed.stderr.count("--fail-on") == 1
@@ -230,3 +230,11 @@ def test_a_condition_that_is_none_or_was_not_asked_is_refused(tmp_path: Path) ->
     pq.write_table(pa.Table.from_pylist(texts(20, random.Random(1))), tmp_path / "pool.parquet")
     done = run(tmp_path / "pool.parquet", "--fail-on", "leaks", "--output", tmp_path / "out")
     assert done.exit_code == 1 and "so it could not fail; give --test" in done.stderr
+    said = {"plants": "does not ask that of these files, so it could not fail; give --heuristic"}
+    said |= dict.fromkeys(("near-duplicates", "words"), "beside a reference alone, so it could not fail; give --reference")
+    for name, why in said.items():
+        done = run(tmp_path / "pool.parquet", "--fail-on", name, "--output", tmp_path / "out")
+        assert done.exit_code == 1 and why in done.stderr
+    options = ("--heuristic", f"text:{WORDS[0]}=positive", "--fail-on", "plants", "--output", tmp_path / "out")
+    done = run(tmp_path / "pool.parquet", *options)
+    assert done.exit_code == 1 and "so it could not fail; give --reference" in done.stderr
