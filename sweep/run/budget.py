@@ -31,6 +31,7 @@ from sweep.graph.spending import (
     write_run,
 )
 from sweep.graph.step import Step
+from sweep.index.client import within
 from sweep.plan.costs import StepCost, endpoint_costs, lane_seconds
 from sweep.plan.throughputs import CostTable, Gpu, NoEstimate
 from sweep.run.machine import live_nodes
@@ -39,6 +40,8 @@ from sweep.run.session import ACCELERATOR_TYPE, RayOptions
 
 WRITE_EVERY_S = 60.0
 """What a run that is killed forgets, at most."""
+SAVE_S = 5.0
+"""How long a run waits for its store to take what was spent, and for what others have."""
 LOOK_EVERY_S = 10.0
 """How often a cluster's nodes are looked at."""
 NOTHING_LEFT = "nothing is left of it"
@@ -303,10 +306,11 @@ class Meter:
 
     def _save(self) -> None:
         self._wrote_at = self.clock()
-        # A store that is away for a while does not end the run: the next time writes all of it.
+        # A store that is away for a while does not end the run: the next time writes all of it. One that does not answer at all
+        # holds up nobody who is to see to notices and steps.
         with contextlib.suppress(Exception):
-            write_run(self.store, self.study, self._own())
-            self._read_others()
+            within(SAVE_S, write_run, self.store, self.study, self._own())
+            within(SAVE_S, self._read_others)
 
     def _read_others(self) -> None:
         """Take up what other runs of the study have spent, one that goes on at the same time included."""

@@ -27,6 +27,7 @@ from sweep.graph.records import Record, Store
 from sweep.graph.spending import BudgetReached
 from sweep.graph.stages import REGISTRY, Stage
 from sweep.graph.step import Step
+from sweep.index.client import within
 from sweep.run.failures import Kind, one_line
 from sweep.run.lanes import HostLost, Hosts, host_lost, judged, machines_up
 from sweep.run.machine import full_disk_of_ray, git_state, memory_in_use, temporary_folder
@@ -70,6 +71,8 @@ OVERDUE_S = 300.0
 """How long a ready step waits for room while lanes of others go on: so long that starts take no more than about a tenth."""
 ARRIVAL_S = 30.0
 """How long an outcome may be on its way from a host that lives."""
+STORE_S = 30.0
+"""How long a run that looks after all its steps waits for its store to answer about one of them."""
 LEFTOVERS_S = 60.0
 """How long after a failure placement groups are looked for that nobody owns any more."""
 LOOK_S, WAIT_S = 5.0, 60.0
@@ -425,12 +428,14 @@ class Run:
         """The outcome of a step whose host has died, and of which nothing was written yet."""
         # A store that is away says so when the step is tried again.
         with contextlib.suppress(Exception):
-            if lost.kind is not Kind.MEMORY and is_taken_over(self.store, step):
+            if lost.kind is not Kind.MEMORY and within(STORE_S, is_taken_over, self.store, step):
                 # A process ends itself when its lease is another driver's, which Ray does not pass on.
                 lost = replace(lost, error="another driver has taken its artifact over")
             elif lost.kind is Kind.DEATH and (folder := full_disk_of_ray()):
                 lost = replace(lost, error=one_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)), is_final=True)
-        return replace(lost, log=keep_log(RuntimeError(lost.error), step, self.store))
+        with contextlib.suppress(TimeoutError):
+            return replace(lost, log=within(STORE_S, keep_log, RuntimeError(lost.error), step, self.store))
+        return lost
 
     def _collect(self, *lanes: "_Lane", wait_s: float = 0.0) -> None:
         """Take in what has become of the steps of lanes."""
@@ -579,7 +584,7 @@ class Run:
         for step in unfinished:
             # What is wrong with a store or a checkpoint, the step itself says.
             with contextlib.suppress(Exception):
-                now[step.fingerprint] = REGISTRY[step.stage].last_commit(self.store.folder(step.id))
+                now[step.fingerprint] = within(STORE_S, REGISTRY[step.stage].last_commit, self.store.folder(step.id))
         self._last_commits = before | now
         return any(now[fingerprint] != before.get(fingerprint) for fingerprint in now)
 

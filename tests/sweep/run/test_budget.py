@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from pathlib import Path
@@ -298,6 +299,23 @@ def test_as_many_start_as_the_budget_has_room_for(budget: float | None, num_star
     run = run_of(steps, counter, num_gpus=3)
     assert [isinstance(run.suggest(trial), dict) for trial in "abc"].count(True) == num_started
     assert counter.is_reached is (num_started < 3)
+
+
+def test_a_store_that_does_not_answer_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, answers = Clock(), threading.Event()
+    counter = meter(Store(tmp_path), clock)
+    counter.begin(look(), keeps_all=True)
+    with monkeypatch.context() as silent:
+        silent.setattr("sweep.run.budget.SAVE_S", 0.1)
+        silent.setattr("sweep.run.budget.write_run", lambda *arguments: answers.wait(60))
+        clock.now += 100
+        began = time.monotonic()
+        counter.count()
+        assert time.monotonic() - began < 10
+    answers.set()
+    clock.now += 100
+    counter.count()
+    assert read_spending(Store(tmp_path), "study").gpu_hours == pytest.approx(200 / 3600)
 
 
 def test_steps_are_stopped_when_the_budget_itself_is_spent(tmp_path: Path) -> None:
