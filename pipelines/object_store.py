@@ -24,11 +24,12 @@ BROKEN = {
     *("ClientConnectorError", "ClientPayloadError"),
 }
 """Exceptions of a server that did not answer, or broke off in the midst of it."""
-BUSY = (500, 502, 503, 504)
+BUSY = (408, 429, 500, 502, 503, 504)
 """Status codes of a server that cannot serve for now."""
 SAID = re.compile(
     rf"^(?:[\w.]+\.)?(?:{'|'.join(sorted(BROKEN | {'ConnectionClosedError', 'ReadTimeoutError', 'StoreUnreachableError'}))}): "
-    r"|\bAn error occurred \((?:SlowDown|ServiceUnavailable|InternalError|50[0234])\) when calling",
+    r"|\bAn error occurred \((?:SlowDown|ServiceUnavailable|InternalError|RequestTimeout|408|429|50[0234])\) when calling"
+    r"|^(?:[\w.]+\.)?HttpError: .*, (?:408|429|50[0234])$",
     re.MULTILINE,
 )
 """How the text of a traceback names them."""
@@ -53,9 +54,15 @@ def insist(file_system: Any) -> None:
 
 
 def _is_busy(error: BaseException) -> bool:
-    """Whether it is S3's answer that it cannot serve for now: SlowDown, ServiceUnavailable, InternalError."""
+    """Whether it is a store's answer that it cannot serve for now: S3's SlowDown, ServiceUnavailable, InternalError, and
+    RequestTimeout, whose status is that of a mistake; Google's by their status.
+    """
     response = getattr(error, "response", None)
-    return isinstance(response, dict) and response.get("ResponseMetadata", {}).get("HTTPStatusCode") in BUSY
+    if isinstance(response, dict):
+        is_late = response.get("Error", {}).get("Code") == "RequestTimeout"
+        return is_late or response.get("ResponseMetadata", {}).get("HTTPStatusCode") in BUSY
+    # gcsfs's, which has it as a number or as text.
+    return type(error).__name__ == "HttpError" and str(getattr(error, "code", "")) in map(str, BUSY)
 
 
 def share_settings() -> None:

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 import ray.exceptions
 from botocore.exceptions import ClientError
+from gcsfs.retry import HttpError
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
@@ -35,6 +36,7 @@ from tests.sweep.run.stand_in_hosts import StandInHosts, end
 FAILED = Outcome(None, "TypeError: unexpected")
 FINAL = Outcome(None, "size=0; give 1", is_final=True)
 SLOW_DOWN = {"Error": {"Code": "SlowDown", "Message": "Please."}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+TOO_LATE = {"Error": {"Code": "RequestTimeout", "Message": "Idle."}, "ResponseMetadata": {"HTTPStatusCode": 400}}
 DIED = Outcome(None, "its process died", kind=Kind.DEATH)
 KILLED = Outcome(None, "the machine ran low on memory", kind=Kind.MEMORY)
 FULL = Outcome(None, "its GPU has no memory left (it asked for 1.88 GiB)", kind=Kind.GPU_MEMORY)
@@ -101,12 +103,17 @@ def from_data(raised: str) -> Exception:
         (LOW_ON_GPU_MEMORY, Kind.GPU_MEMORY),
         (ConnectionResetError("the store"), Kind.DEATH),
         (translate_boto_error(ClientError(SLOW_DOWN, "PutObject")), Kind.AWAY),
+        (translate_boto_error(ClientError(TOO_LATE, "PutObject")), Kind.AWAY),
+        (HttpError({"code": "503", "message": "Service Unavailable"}), Kind.AWAY),
+        (HttpError({"code": 403, "message": "Forbidden"}), Kind.FAILURE),
         (StoreUnreachableError("s3://bucket does not answer"), Kind.AWAY),
         (ray.exceptions.RayTaskError("run", "Traceback: connection closed", TypeError("unexpected")), Kind.FAILURE),
         (from_data("botocore.exceptions.EndpointConnectionError: Could not connect to the endpoint URL"), Kind.AWAY),
         (from_data("pipelines.errors.StoreUnreachableError: s3://bucket does not answer"), Kind.AWAY),
         (from_data("botocore.exceptions.ClientError: An error occurred (SlowDown) when calling the PutObject"), Kind.AWAY),
         (from_data("botocore.exceptions.ClientError: An error occurred (NoSuchKey) when calling the GetObject"), Kind.FAILURE),
+        (from_data("gcsfs.retry.HttpError: Service Unavailable, 503"), Kind.AWAY),
+        (from_data("gcsfs.retry.HttpError: Forbidden, 403"), Kind.FAILURE),
         (from_data("TypeError: no StoreUnreachableError: it is said in passing"), Kind.FAILURE),
         (UserError("size=0; give 1"), Kind.FAILURE),
         (TypeError("unexpected"), Kind.FAILURE),
