@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import shutil
+import signal
 import sysconfig
 import threading
 import uuid
@@ -26,6 +27,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # As `pipelines.object_store` has it: gcsfs looks when it is imported.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# A shell has what it starts in the background ignore Ctrl-C, and so would the commands that tests start.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST_FIRST = ("test_tune.py", "test_finetuning.py", "test_pool.py", "test_failures.py", "test_ends.py")

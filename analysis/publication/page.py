@@ -216,8 +216,8 @@ def _departed(made: Made) -> list[str]:
     if outdone := [measure_word(control.measure) for control in made.verdicts.controls if control.is_outdone]:
         lines.append(
             f"By {in_words(outdone)} the positive control is not seen, and a claim about the blindspot is supported all the "
-            "same, since synthetic data may lie as low as data that was biased on purpose. So the page does not say that the "
-            "study could not have seen a blindspot grow."
+            "same: synthetic data may lie as low as data that was biased on purpose, or lower. So, against the plan, the page "
+            "does not say that the study could not have seen a blindspot grow."
         )
     lines += [
         f"Results of {'seed' if len(seeds) == 1 else 'seeds'} {_listed(seeds)} were published before all others were built: "
@@ -260,7 +260,11 @@ def _plan(made: Made) -> list[str]:
 def _claims(made: Made) -> list[str]:
     block, figure = made.claims
     drawn = made.figure("differences", figure, "Each primary claim's difference in each setting")
-    return [*drawn, *of_block(block, folds=False)]
+    how = (
+        "Intervals are of one claim alone, and a verdict goes by p, adjusted for all primary claims (Holm): an interval can be "
+        "clear of 0 where nothing is decided."
+    )
+    return [*drawn, *of_block(block, folds=False), how]
 
 
 def _paper(made: Made) -> list[str]:
@@ -294,7 +298,7 @@ def _settings(made: Made) -> list[str]:
 
 
 def _measures(made: Made) -> list[str]:
-    blocks, figure = measures_block(made.verdicts)
+    blocks, figure = measures_block(made.verdicts, made.published.evidence)
     text = [line for block in blocks for line in of_block(block)]
     return [*text, *made.figure("measures", figure, "Differences of margin, AUC and pull in each setting")]
 

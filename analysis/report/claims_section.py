@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -32,12 +33,14 @@ from analysis.wording import (
     in_arm,
     kind_name,
     p_words,
+    percent,
     points,
     range_words,
     slice_name,
     starting_point_name,
 )
 from pipelines.errors import UserError
+from sweep.graph.records import KINDS
 from sweep.study.claims import Measure
 
 TITLE = "Verdicts"
@@ -46,7 +49,8 @@ HOW_TO_READ = (
     "A claim is judged in each of its settings, a starting point and a training size{}, and never by a mean over them: it, or "
     "its opposite, is to show in every setting, or in more than half of them, as the claim has it. Estimates are means, in "
     "points of accuracy; 'Settings' says how many have the estimate's sign, and how many an interval on that side. p is "
-    "adjusted for all primary claims (Holm). 'Settled by' is for a true difference as large as the claim's margin."
+    "adjusted for all primary claims (Holm), and intervals are not. 'Settled by' is for a true difference as large as the "
+    "claim's margin."
 )
 MEASURES = (
     "Accuracy shows nothing beyond 0 and 100%. Margin is the mean log-odds of the heuristic's label where going by it is "
@@ -84,13 +88,39 @@ def claims_block(verdicts: Verdicts | None, evidence: Evidence | None, why_not: 
     return Block("claims", TITLE, text, (), folds, "", CAPTION if figure else "", cards), figure
 
 
-def measures_block(verdicts: Verdicts | None) -> tuple[list[Block], Figure | None]:
+def measures_block(verdicts: Verdicts | None, evidence: Evidence | None) -> tuple[list[Block], Figure | None]:
     """The claims by measures that do not saturate, without their figure, and the figure; nothing where there are none."""
     chosen = [judgement for judgement in verdicts.judgements if is_of_measure(judgement)] if verdicts else []
     if not any(judgement.num_units for judgement in chosen):
         return [], None
     figure = _drawn(chosen)
-    return [Block("measures", "Measures that do not saturate", [MEASURES], [_claims(chosen)], (), "", CAPTION)], figure
+    of_arms = evidence.by_arm.items() if evidence else ()
+    leans = [replace(lean, title=in_arm(lean.title, arm)) for arm, one in of_arms for lean in _leans(one)]
+    return [Block("measures", "Measures that do not saturate", [MEASURES], [_claims(chosen)], leans, "", CAPTION)], figure
+
+
+def _leans(evidence: Evidence) -> list[Fold]:
+    """How often models give the heuristic's label, by test set; nothing where it does not always predict the same."""
+    responses = evidence.responses
+    if responses.label is None:
+        return []
+    sets = [name for name, of_cells in responses.predicted.items() if of_cells]
+    shares: dict[tuple[int, str, int], dict[str, list[float]]] = {}
+    for name in sets:
+        given = responses.items[name].task.index(responses.label)
+        for (start, kind, size, _), classes in responses.predicted[name].items():
+            shares.setdefault((start, kind, size), {}).setdefault(name, []).append(float(np.mean(classes == given)))
+    kinds = list(dict.fromkeys([*KINDS, *sorted({kind for _, kind, _ in shares})]))
+    rows = []
+    for start, kind, size in sorted(shares, key=lambda cell: (cell[0], kinds.index(cell[1]), cell[2])):
+        means = [float(np.mean(shares[start, kind, size].get(name, math.nan))) for name in sets]
+        rows.append([starting_point_name(start), kind_name(kind), f"{size:,}", *map(percent, means)])
+    columns = [Column("Starting point"), Column("Training set"), *number_columns("Size", *map(evidence.title, sets))]
+    how = (
+        f"Share of each test set's items that models call {responses.label}, means over seeds. Where it moves on every set, it "
+        "is a lean to that label, which alone moves accuracy where going by the heuristic is wrong."
+    )
+    return [Fold(f"How often models say {responses.label}", [Table(columns, rows, how)])]
 
 
 def is_of_measure(judgement: Judgement) -> bool:

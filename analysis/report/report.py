@@ -144,7 +144,7 @@ def write_report(store: str | Store, study_name: str, output: str | os.PathLike[
     section, forest = claims_block(verdicts, evidence, why_not)
     claims = _drawn(target, "differences", [section], forest, "Each claim's difference in each setting, with intervals")
     label = "Differences of margin, AUC and pull in each setting, with intervals"
-    measures = _drawn(target, "measures", *measures_block(verdicts), label)
+    measures = _drawn(target, "measures", *measures_block(verdicts, evidence), label)
     if verdicts is not None:
         judged = judgement_table(verdicts.judgements)
         write_file(target.with_name("verdicts.csv"), csv_bytes(judged))

@@ -123,7 +123,7 @@ def _unsettled(still_open: Sequence[Judgement]) -> list[str]:
         ("withheld", "{} would be denied, which is withheld as the control is not seen"),
         (
             "items",
-            "{} {stays} open with any number of seeds if the difference is as small as the margin: test items leave more doubt",
+            "no number of seeds would settle {} at a difference as small as the margin, for test items leave too much doubt",
         ),
         ("enough", "{} {stays} open though there are enough seeds for a difference as large as the margin"),
         ("other", "{} {cannot} be told from this study"),

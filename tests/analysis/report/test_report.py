@@ -166,6 +166,11 @@ def test_verdicts_are_shown_with_what_they_rest_on(tmp_path: Path) -> None:
     measures = section(path.read_text(), "measures")
     assert "makes it harder to tell where the heuristic is right" in measures and "pull" in measures
     assert (path.parent / "measures.svg").exists()
+    # Of 120 probe items, half of them entailments that are called so at 0.8, `clear` says how many of the others are, about.
+    lean = Links(measures.partition("How often models say entailment")[2]).text
+    for kind, size, share in (("Starting point", 0, 60), ("Original", 60, 55), ("Synthetic", 120, 75)):
+        shown = re.search(rf"50,000 examples\|{kind}\|{size}\|[\d.]+%\|([\d.]+)%", lean)
+        assert shown and float(shown[1]) == pytest.approx(share, abs=1.5)
     # The answer is given once: no other section has differences of kinds with intervals of its own.
     assert "<figure" in path.read_text().partition('id="claims"')[2].partition('id="figure1"')[0]
     assert not re.search(r'id="(verdict|differences)"', path.read_text())

@@ -54,9 +54,9 @@ SUPPORTED, REFUTED = judgement(LOWER, Outcome.SUPPORTED), judgement(WIDER, Outco
         ),
         (
             [judgement("A.", settling_high=5), judgement("B.", notes=(ITEMS_LEAVE_DOUBT,)), judgement("C.", num_units=0)],
-            "With five seeds, none of three primary claims is decided; one stays open with any number of seeds if the "
-            "difference is as small as the margin: test items leave more doubt; one stays open though there are enough seeds "
-            "for a difference as large as the margin; one cannot be told from this study.",
+            "With five seeds, none of three primary claims is decided; no number of seeds would settle one at a difference as "
+            "small as the margin, for test items leave too much doubt; one stays open though there are enough seeds for a "
+            "difference as large as the margin; one cannot be told from this study.",
         ),
         (
             [judgement("A.", Outcome.EQUIVALENT), *(judgement(f"{name}.", Outcome.SUPPORTED) for name in "BCDE")],

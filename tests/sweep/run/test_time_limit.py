@@ -120,9 +120,7 @@ def test_a_notice_is_heard_while_a_step_waits_for_a_machine_and_nothing_runs(
 
 
 PROGRAM = """
-import signal, time
-# A process that a shell starts in the background has it ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import time
 from types import SimpleNamespace as Some
 from sweep.run import ends
 ends.tell_all_nodes = lambda: []
