@@ -77,7 +77,7 @@ class Outcome:
 
     `is_final` failures are the user's to put right: trying again cannot help. One that `was_neighbour` fell with others of its
     lane, and may do well alone; one that `was_stopped`, at a notice or before it had begun, has committed what it had done, and
-    goes on elsewhere or later; had it not even begun (`had_begun`), its workers were lost before. What `was_there` another run
+    goes on elsewhere or later; one that had not begun (`had_begun`) has lost its workers before. What `was_there` another run
     has built meanwhile, or an earlier attempt. `kind` says who is at fault. `unusable` are the fingerprints of inputs that are
     gone or damaged: built again, the step may do well.
     """

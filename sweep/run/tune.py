@@ -273,7 +273,10 @@ class Run:
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         # While nothing runs, Tune asks for the next trial and does nothing else.
-        self._look_around() if self.lanes else self.poll()
+        if self.lanes:
+            self._look_around()
+        else:
+            self.poll()
         if (self.hold or self.queue.is_exhausted) and not self.queue.running:
             return "FINISHED"
         if self._lacks_memory():
