@@ -87,11 +87,12 @@ def on_a_whole_gpu(resources: Mapping[str, Resources]) -> dict[str, Resources]:
 
     One engine of a small model leaves most of a GPU idle, however much of it is its own.
     """
-    return {
-        stage: replace(one, num_workers=num, gpus_per_worker=1 / num) if one.gpus_per_worker else one
-        for stage, one in resources.items()
-        for num in (one.num_workers if one.gpus_per_worker < 1 else 1,)
-    }
+    return {stage: _on_one(each) if each.gpus_per_worker else each for stage, each in resources.items()}
+
+
+def _on_one(resources: Resources) -> Resources:
+    num_workers = resources.num_workers if resources.gpus_per_worker < 1 else 1
+    return replace(resources, num_workers=num_workers, gpus_per_worker=1 / num_workers)
 
 
 def figures_of(timeline: Timeline, samples: Sequence[Sample]) -> list[Figure]:
