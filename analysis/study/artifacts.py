@@ -23,7 +23,7 @@ from pipelines.tasks.nli import NLI, Label
 from pipelines.tasks.parquet import parquet_table
 from pipelines.tasks.task import Task
 from sweep.graph.integrity import whole_folder
-from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep
+from sweep.graph.records import COORDINATES, STAGES, Store, Study, StudyStep, throughputs
 
 
 @dataclass(frozen=True)
@@ -258,16 +258,15 @@ def spent_frame(study: Study, gpus: Mapping[str, float]) -> pd.DataFrame:
 def stage_frame(study: Study) -> pd.DataFrame:
     """One row per built artifact: stage, slug, fingerprint, `total_s`, and its throughput metrics.
 
-    `total_s` is the seconds it took to build, whenever that was; throughput are metrics named `…_per_s`, of models that were
-    trained together theirs in all, since `total_s` is one's share.
+    `total_s` is the seconds it took to build, whenever that was; throughput metrics are as `sweep.graph.records.throughputs`
+    has them.
     """
     rows = []
     for step in _built(study, None):
         record = step.record
         row = {"stage": step.stage, "slug": step.slug, "fingerprint": step.fingerprint}
         row["total_s"] = record.durations.get("total_s")
-        together = record.metrics.get("mean_trained_together", 1)
-        row |= {name: value * together for name, value in record.metrics.items() if name.endswith("_per_s")}
+        row |= throughputs(record.metrics)
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["stage", "slug", "fingerprint", "total_s"])
 

@@ -493,6 +493,14 @@ def read_plan(store: Store, name: str) -> dict[str, Any] | None:
         raise UserError(f"{where} is not a readable estimate ({error}); run the study again to write it anew") from error
 
 
+def throughputs(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The rates among metrics, `…_per_s`: of models that were trained together theirs in all, as one's time is its share."""
+    together = metrics.get("mean_trained_together", 1)
+    return {
+        name: value * together for name, value in metrics.items() if name.endswith("_per_s") and isinstance(value, int | float)
+    }
+
+
 def counts_in_words(stages: Mapping[str, int]) -> str:
     """How many artifacts, or steps, there are of each stage: ``54 evaluation, 6 generator``."""
     return ", ".join(f"{num:,} {stage}" for stage, num in stages.items())

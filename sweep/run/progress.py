@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TextIO
 
 from pipelines.terminal import console as new_console
-from sweep.graph.records import STAGES, Record
+from sweep.graph.records import STAGES, Record, throughputs
 from sweep.graph.step import Step
 from sweep.live.heartbeat import Pulse, Working
 from sweep.run.trial import Outcome
@@ -389,10 +389,7 @@ class Work:
 
 
 def _rate(metrics: Mapping[str, Any]) -> str:
-    """The first throughput among metrics (`…_per_s`, `…_per_second`), for people; of models trained together, theirs in all."""
-    together = metrics.get("mean_trained_together", 1)
-    for name, value in metrics.items():
-        for ending in ("_per_second", "_per_s"):
-            if name.endswith(ending) and isinstance(value, int | float):
-                return f", {value * together:,.0f} {name.removesuffix(ending).rsplit('/', 1)[-1]}/s"
+    """The first throughput among metrics, for people."""
+    for name, value in throughputs(metrics).items():
+        return f", {value:,.0f} {name.removesuffix('_per_s').rsplit('/', 1)[-1]}/s"
     return ""
