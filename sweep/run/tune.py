@@ -72,7 +72,7 @@ OVERDUE_S = 300.0
 ARRIVAL_S = 30.0
 """How long an outcome may be on its way from a host that lives."""
 STORE_S = 30.0
-"""How long a run that looks after all its steps waits for its store to answer about one of them."""
+"""How long a run that looks after all its steps waits for its store to answer, and then does without one that did not."""
 LEFTOVERS_S = 60.0
 """How long after a failure placement groups are looked for that nobody owns any more."""
 LOOK_S, WAIT_S = 5.0, 60.0
@@ -265,6 +265,7 @@ class Run:
         self._lane_times: dict[tuple[str, type], tuple[float, float]] = {}
         self._losses_in_a_row: Counter[str] = Counter()
         self._last_commits: dict[str, Any] = {}
+        self._store_is_silent_until = 0.0
         self._leftovers_until = self._looked_at = 0.0
         self._waiting: tuple[str, float] | None = None  # a step without room, and since when
         self._low_since: float | None = None  # when memory was short, and has been since
@@ -431,14 +432,27 @@ class Run:
         """The outcome of a step whose host has died, and of which nothing was written yet."""
         # A store that is away says so when the step is tried again.
         with contextlib.suppress(Exception):
-            if lost.kind is not Kind.MEMORY and within(STORE_S, is_taken_over, self.store, step):
+            if lost.kind is not Kind.MEMORY and self._answer_of_store(is_taken_over, self.store, step):
                 # A process ends itself when its lease is another driver's, which Ray does not pass on.
                 lost = replace(lost, error="another driver has taken its artifact over")
             elif lost.kind is Kind.DEATH and (folder := full_disk_of_ray()):
                 lost = replace(lost, error=one_line(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)), is_final=True)
         with contextlib.suppress(TimeoutError):
-            return replace(lost, log=within(STORE_S, keep_log, RuntimeError(lost.error), step, self.store))
+            return replace(lost, log=self._answer_of_store(keep_log, RuntimeError(lost.error), step, self.store))
         return lost
+
+    def _answer_of_store(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The value of a call that waits for the store, or TimeoutError: at once for a while after one that had no answer.
+
+        A lane may lose many steps at a time, and each asks.
+        """
+        if time.monotonic() < self._store_is_silent_until:
+            raise TimeoutError("the store gave no answer a moment ago")
+        try:
+            return within(STORE_S, function, *arguments)
+        except TimeoutError:
+            self._store_is_silent_until = time.monotonic() + STORE_S
+            raise
 
     def _collect(self, *lanes: "_Lane", wait_s: float = 0.0) -> None:
         """Take in what has become of the steps of lanes."""
@@ -587,7 +601,7 @@ class Run:
         for step in unfinished:
             # What is wrong with a store or a checkpoint, the step itself says.
             with contextlib.suppress(Exception):
-                now[step.fingerprint] = within(STORE_S, REGISTRY[step.stage].last_commit, self.store.folder(step.id))
+                now[step.fingerprint] = self._answer_of_store(REGISTRY[step.stage].last_commit, self.store.folder(step.id))
         self._last_commits = before | now
         return any(now[fingerprint] != before.get(fingerprint) for fingerprint in now)
 

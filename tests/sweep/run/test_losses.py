@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 from unittest.mock import Mock
 
@@ -389,6 +390,21 @@ def test_a_host_that_was_ended_for_memory_is_known_by_its_outcome_where_the_tria
     assert {outcome.error for outcome in outcomes} == {
         "Ray ended its process because the machine ran low on memory (7.32 of 23.54 GB were used)"
     }
+
+
+def test_a_store_that_gives_no_answer_is_waited_for_once_and_not_for_each_step(
+    two: Attempts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, over = [], Event()
+    monkeypatch.setattr("sweep.run.tune.STORE_S", 0.5)
+    for name in ("is_taken_over", "keep_log"):
+        monkeypatch.setattr(f"sweep.run.tune.{name}", lambda *of: (asked.append(of), over.wait()))
+    assert two.run.suggest("trial")
+    assert isinstance(two.run.hosts, StandInHosts)
+    two.run.hosts.outcomes = dict.fromkeys(two.run.lanes["trial"].sent, host_lost(ray.exceptions.ActorDiedError()))
+    two.run.complete("trial", None, error=True)
+    over.set()
+    assert len(two.run.progress.retried) == 2 and len(asked) == 1
 
 
 def test_tune_takes_a_trial_that_was_ended_for_memory_for_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
